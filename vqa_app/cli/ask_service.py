@@ -44,6 +44,7 @@ class AskService:
         dtype: Its precision, likewise.
         address: Where the server answers programs; "" if nowhere.
         background: Whether `vqa-app serve --stop` stops the server.
+        settings: Tells servers with the same model and other options apart.
     """
 
     def __init__(
@@ -54,9 +55,10 @@ class AskService:
         *,
         address: str = "",
         background: bool = False,
+        settings: str = "",
     ) -> None:
         self._choice, self._device, self._dtype = choice, device, dtype
-        self._address, self._background = address, background
+        self._address, self._background, self._settings = address, background, settings
         self._identity: dict[str, Any] | None = None
         """Of the weights that are loaded, or were loaded last."""
         self._listener: PrivateSocket | None = None
@@ -99,7 +101,7 @@ class AskService:
         return None
 
     def close(self) -> None:
-        """Be found no longer; what was asked is answered."""
+        """Stop accepting questions; answers in progress go on."""
         if self._listener is not None:
             self._listener.close()
 
@@ -132,27 +134,18 @@ class AskService:
             "message": status.message,
             "address": self._address,
             "background": self._background,
+            "settings": self._settings,
         }
 
     def _ask(self, connection: Connection, api: ChatApi, pool: EnginePool) -> None:
         try:
             with api.answering() as cancel:
                 connection.send({"accepted": True})
-                request = connection.receive()
-                pictures = _read_pictures(connection, request)
-                connection.when_closed(cancel.set)
-                self._reply(connection, request, pictures, pool, cancel)
+                self._reply(connection, pool, cancel)
         except ApiError:  # the queue is full
             return
 
-    def _reply(
-        self,
-        connection: Connection,
-        request: dict[str, Any],
-        data: list[tuple[str, bytes]],
-        pool: EnginePool,
-        cancel: threading.Event,
-    ) -> None:
+    def _reply(self, connection: Connection, pool: EnginePool, cancel: threading.Event) -> None:
         def write(text: str) -> None:
             connection.send({"text": text})
 
@@ -161,12 +154,15 @@ class AskService:
                 connection.send({"status": text})
 
         try:
+            request = connection.receive()
+            files = _read_pictures(connection, request)
+            connection.when_closed(cancel.set)
             generation = GenerationOptions(**request["generation"])
             options = AnswerOptions(
                 generation, split_choices(request["choices"]), request["abstain"]
             )
             limits = ImageLimits.of(request["max_file_mb"], request["max_megapixels"])
-            pictures = [open_picture(data, name=name, limits=limits) for name, data in data]
+            pictures = [open_picture(data, name=name, limits=limits) for name, data in files]
             for picture in pictures:
                 if picture.changes:
                     connection.send({"note": f"{picture.name}: {', '.join(picture.changes)}"})

@@ -41,7 +41,7 @@ def log_file() -> Path:
 
 
 def start_in_background(
-    identity: dict[str, Any], words: Sequence[str], console: Console
+    identity: dict[str, Any], words: Sequence[str], console: Console, settings: str | None = None
 ) -> dict[str, Any]:
     """Start a server, unless one in the background has this model; return its status once ready.
 
@@ -49,8 +49,10 @@ def start_in_background(
         identity: See `vqa_app.cli.model_identity`.
         words: The command line of the server, without the program.
         console: Shows progress and problems.
+        settings: See `vqa_app.cli.ask_service.AskService`; None accepts a server with any.
 
     Raises:
+        UsageError: A server in the background has this model and other settings.
         VqaError: It cannot be started, or its model cannot be loaded.
     """
     folder = make_socket_folder()
@@ -58,6 +60,11 @@ def start_in_background(
         for _, status in _servers():
             is_same = status["background"] and status["identity"] == identity
             if is_same and status["phase"] != "failed":
+                if settings not in (None, status.get("settings")):
+                    raise UsageError(
+                        "A server in the background has this model, with other options.",
+                        "Stop it first: vqa-app serve --stop",
+                    )
                 return status
         log, start = _open_log(console)
         with log or nullcontext():

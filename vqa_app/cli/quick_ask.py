@@ -77,8 +77,8 @@ class _Question(NamedTuple):
 def ask_running_server(words: list[str]) -> int | None:
     """Answer the question of a command line, and return the exit code.
 
-    Returns None, without having printed or read anything that cannot be read again, if there is no
-    server with this model, or the question has to be answered without one.
+    Returns None, without having printed a part of the answer or read anything that cannot be read
+    again, if there is no server with this model, or the question has to be answered without one.
 
     Args:
         words: What follows `vqa-app ask`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -93,8 +94,12 @@ def serve(
         )
     keys = parse_keys(api_key or [])
     media_hosts = [allowed_host(entry) for entry in allow_media_host or []]
+    settings = repr(
+        (no_port, host, port, sorted(keys.items()), media_hosts, allow_host, unload_after, limits)
+    )
+    settings = hashlib.sha256(settings.encode()).hexdigest()  # the keys stay in this process
     if background:
-        _start_background(model_options)
+        _start_background(model_options, None if no_port else settings)
         return
     listener = None if no_port else listening.listen(host, port)
     address = f"{listening.address_of(listener)}v1" if listener else ""
@@ -134,6 +139,7 @@ def serve(
         model_options.dtype,
         address=address,
         background=in_background,
+        settings=settings,
     )
     pool = EnginePool(service.remembering(load), lambda: [choice], choice.key)
     api = ChatApi(
@@ -168,7 +174,7 @@ def serve(
         raise ModelError(status.message, "Choose another with --model.")
 
 
-def _start_background(model: EngineOptions) -> None:
+def _start_background(model: EngineOptions, settings: str | None) -> None:
     """Run the same command line in the background, and say where it answers."""
     from rich.console import Console
 
@@ -177,7 +183,7 @@ def _start_background(model: EngineOptions) -> None:
     check_supported()
     words = ["--in-background" if word == "--background" else word for word in sys.argv[1:]]
     console = Console(stderr=True, highlight=False)
-    status = start_in_background(model.model_identity(), words, console)
+    status = start_in_background(model.model_identity(), words, console, settings)
     print(f"`vqa-app ask` has answers from {status['model']} at once now.")
     if status["address"]:
         print(f"OpenAI's API at {status['address']}")

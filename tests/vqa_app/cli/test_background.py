@@ -20,7 +20,7 @@ from vqa_app.cli import background
 from vqa_app.cli.main import app
 from vqa_app.cli.model_identity import model_identity
 from vqa_app.cli.quick_ask import ask_running_server
-from vqa_app.errors import VqaError
+from vqa_app.errors import UsageError, VqaError
 from vqa_app.serving.private_socket import connections
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has no Unix sockets")
@@ -76,6 +76,8 @@ def test_a_server_in_the_background_is_started_once_and_stopped(
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("started another"))
         status = background.start_in_background(model_identity("builtin"), [], console)
+        with pytest.raises(UsageError, match="with other options"):
+            background.start_in_background(model_identity("builtin"), [], console, "with a key")
     assert status["pid"] == server.pid
     runner = CliRunner()
     stopped = runner.invoke(app, ["serve", "--stop"])

@@ -307,13 +307,19 @@ def test_the_process_that_asks_imports_nothing_heavy(server: Server, cat: str) -
     assert errors == "[]\n"
 
 
-def test_ctrl_c_stops_the_answer_on_the_server(
-    server: Server, engine: FakeEngine, cat: str
-) -> None:
+def start_and_hold(engine: FakeEngine, cat: str) -> subprocess.Popen[str]:
+    """Start a process that asks, and hold the answer after its first word."""
     engine.hold(1)
     asking = start(cat, QUESTION)
     assert asking.stdout is not None
     assert asking.stdout.read(3) == "You"
+    return asking
+
+
+def test_ctrl_c_stops_the_answer_on_the_server(
+    server: Server, engine: FakeEngine, cat: str
+) -> None:
+    asking = start_and_hold(engine, cat)
     asking.send_signal(signal.SIGINT)
     _, errors = asking.communicate(timeout=PATIENCE)
     assert asking.returncode == 130
@@ -325,10 +331,8 @@ def test_ctrl_c_stops_the_answer_on_the_server(
 def test_a_reader_that_has_enough_ends_the_answer(
     server: Server, engine: FakeEngine, cat: str
 ) -> None:
-    engine.hold(1)
-    asking = start(cat, QUESTION)
+    asking = start_and_hold(engine, cat)
     assert asking.stdout is not None
-    assert asking.stdout.read(3) == "You"
     asking.stdout.close()
     engine.release()
     assert asking.wait(PATIENCE) == 1
